@@ -18,7 +18,7 @@ MASK = "***"
 # pathlib.Path removes one slash.
 _USERINFO = re.compile(r"(://|https?:/)[^\s/?#\"'<>]+@")
 _QUERY = re.compile(
-    r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|\bsig|AWSAccessKeyId|AccountKey|access_token|token"
+    r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|(?:\b|%26|%3F)sig|AWSAccessKeyId|AccountKey|access_token|token"
     r"|password|secret)"
     # Not the backslash before a quotation mark: the text may be JSON, which must stay JSON.
     r"\s*(?:=|%3D)\s*)(?:[^&\s\"'<>#,;\\]|\\[^\s\"'])+",

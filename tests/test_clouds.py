@@ -21,13 +21,13 @@ from async_maps.viewer.server import Viewer
 from tests.support.clouds import azure, azurite_url, cloud, gcs_server, stand_in
 from tests.support.commands import COMMAND, done_rows, invoke, only_error, start
 from tests.support.maps import npy, random_map
+from tests.support.s3_proxy import Refusal
 from tests.support.viewing import Client
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.clouds import Azure, Cloud, StandIn
-    from tests.support.s3_proxy import Refusal
 
 __all__ = ["azure", "azurite_url", "cloud", "gcs_server", "stand_in"]
 
@@ -35,6 +35,11 @@ NAMES = [f"{number} é%" for number in range(6)] + ["deep/x"]
 SETTINGS = am.Settings(workers=0)
 _MAPS = 2000
 _AT_LEAST = 200
+
+
+def picture(number: int) -> bytes:
+    """Return a PNG."""
+    return am.encode_png(am.colorize_activation_map(random_map(number, (8, 8))), "RGBA").getvalue()
 
 
 @pytest.fixture
@@ -147,7 +152,7 @@ def test_exports_have_signed_urls(azure: Azure, source: Path, manifest: Path, tm
     run(source, f"{azure.address}/p q", manifest)
     assert invoke("export", manifest, tmp_path / "t.csv", "--presign", "1") == 0
     with (tmp_path / "t.csv").open(encoding="utf-8") as file:
-        urls = {row["name"]: row["presigned_url"] for row in csv.DictReader(file)}
+        urls = {row["name"]: row["url"] for row in csv.DictReader(file)}
     for name in NAMES:
         with urlopen(urls[name]) as answer:  # noqa: S310  # a URL of this machine
             assert answer.read() == azure.read(f"p q/{name}.png")
@@ -155,7 +160,7 @@ def test_exports_have_signed_urls(azure: Azure, source: Path, manifest: Path, tm
 
 def test_the_viewer_shows_overlays_on_their_images(cloud: Cloud, source: Path, place: str, manifest: Path) -> None:
     run(source, place, manifest)
-    images = {name: encode_png(random_map(number, (8, 8))) for number, name in enumerate(NAMES)}
+    images = {name: picture(number) for number, name in enumerate(NAMES)}
     for name, image in images.items():
         cloud.upload(f"img 1/{name}.png", image, "image/png")
     cloud.upload("img 1/table.csv", "name,image\n0 é%,0 é%.png\n".encode(), "text/csv")
@@ -266,6 +271,33 @@ def test_doctor_names_what_is_refused(cloud: Cloud) -> None:
     failures = [one for one in am.diagnose(f"{cloud.address}/p", SETTINGS, quick=True) if one.level == "failure"]
     assert [one.check for one in failures] == ["write"]
     assert f"refused with {cloud.denied.code}: not for you" in failures[0].text
+
+
+def test_a_sign_in_page_is_no_store(cloud: Cloud, source: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cloud.refuse_with(lambda *_: Refusal(200, "page", "sign in"))
+    assert invoke("run", source, place, "--workers", 0, "--progress", "none") == 3
+    assert "the server's answer cannot be understood" in only_error(capsys.readouterr())
+    (failure,) = (one for one in am.diagnose(place, SETTINGS) if one.level == "failure")
+    assert failure.check == "bucket"
+    assert "cannot be understood" in failure.text
+
+
+def test_doctor_finds_that_a_store_ignores_conditions(stand_in: StandIn, source: Path, manifest: Path) -> None:
+    place, settings = f"{stand_in.address}/p", am.Settings(workers=0, if_exists="skip")
+    for keeps, level in ((True, "ok"), (False, "failure")):
+        stand_in.server.keeps_conditions = keeps
+        findings = {finding.check: finding for finding in am.diagnose(place, settings, origins=(), quick=True)}
+        assert findings["create only"].level == level
+    assert "ignores ifGenerationMatch" in findings["create only"].text
+    with pytest.raises(am.AsyncMapsError, match="ignores ifGenerationMatch"):
+        am.run(source, place, settings=settings, manifest=manifest)
+
+
+def test_doctor_does_not_speak_of_objects_that_were_refused(cloud: Cloud) -> None:
+    cloud.refuse_with(lambda method, *_: cloud.denied if method == "PUT" else None)
+    findings = {finding.check: finding for finding in am.diagnose(f"{cloud.address}/p", SETTINGS, quick=True)}
+    assert findings["write"].advice.startswith("allow the role")
+    assert "delete" not in findings
 
 
 def test_doctor_accepts_one_object_a_second_under_a_key(stand_in: StandIn) -> None:

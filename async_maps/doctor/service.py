@@ -20,6 +20,7 @@ from async_maps.doctor.target import FIRST_ANSWER_S, unbroken, with_short_limits
 from async_maps.errors import AsyncMapsError, ExistsError, StoreError, TransientError
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.services.client import NO_ANSWER
+from async_maps.filesystems.services.service import NOT_UNDERSTOOD
 from async_maps.filesystems.services.signed_urls import signing
 from async_maps.filesystems.verdict import Scope, UnjudgedError
 from async_maps.stores.service import open_service_store
@@ -79,7 +80,7 @@ class _Examination:
         """Put an object under the first key; wait if the service asks for fewer requests."""
         for wait_s in _PUT_WAITS_S:
             try:
-                await unbroken((store or self._store).put(self._key(), data))
+                await unbroken((store or self._store).put_once(self._key(), data))
             except TransientError as error:
                 if not (error.slow_down and wait_s):
                     raise
@@ -138,6 +139,12 @@ class _Examination:
             return False
         self._compare_clocks(answer.headers.get("Date", ""), asked_at)
         if answer.is_success:
+            try:
+                self._service.page(answer)
+            except NOT_UNDERSTOOD as error:
+                self._say("bucket", "failure", f"the answer of {self._service.endpoint} cannot be understood: {error}",
+                          "check its address, and the proxies before it")  # fmt: skip
+                return False
             self._say("bucket", "ok", f"{self._store.bucket} exists")
             self._say("list", "ok", "objects can be listed")
             return True
@@ -165,6 +172,8 @@ class _Examination:
             await self._put(tiny_png(self._settings))
         except StoreError as error:
             is_denied = isinstance(error, UnjudgedError) and error.verdict.scope is Scope.CREDENTIALS
+            if not isinstance(error, TransientError):
+                self._may_exist.clear()
             self._say("write", "failure", str(error), f"allow the role {self._service.role}" if is_denied else "")
             return False
         self._say("write", "ok", "an object was written, and the answer proves its bytes")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from async_maps.errors import AsyncMapsError, InputValidationError, SettingsError, SourceError
 from async_maps.keys import check_name, printable
@@ -26,10 +26,14 @@ _S3_BUCKET = re.compile(r"(?:[A-Za-z0-9_.-]*:)?[A-Za-z0-9][A-Za-z0-9._-]{1,}[A-Z
 """A bucket's name, with a tenant of Ceph if there is one, including names that only other servers than AWS allow."""
 _GS_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _AZ_CONTAINER = re.compile(r"(?=.{3,63}(?!.))[a-z0-9]+(?:-[a-z0-9]+)*|\$(?:root|web|logs)")
+_RULES = {
+    "gs": "in the name 3 to 222 lower-case letters, digits, hyphens, underscores and dots",
+    "az": "in the name 3 to 63 lower-case letters, digits and hyphens",
+}
 _ACCOUNT = re.compile(
     r"(https?://(?:[a-z0-9-]{3,}\.(?:z[0-9]+\.)?blob\.[a-z0-9.-]+(?::[0-9]+)?"
     r"|(?:localhost|[0-9.]+|\[[0-9a-f:.]+\])(?::[0-9]+)?/[a-z0-9]{3,24}))(?:/(.*))?",
-    re.DOTALL,
+    re.DOTALL | re.IGNORECASE,
 )
 """The URL of an account in Azure, whose path is the account in emulators, and what is below it."""
 _ACCESS_POINT = re.compile(
@@ -110,7 +114,12 @@ def parse_destination(destination: str) -> Address:
 def parse_account(url: str) -> tuple[str, str] | None:
     """Return the URL of an account in Azure and what is below it, percent-encoded; None for other URLs."""
     found = _ACCOUNT.fullmatch(url)
-    return None if found is None else (found[1], found[2] or "")
+    try:
+        if found is None or urlsplit(found[1]).port == 0:
+            return None
+    except ValueError:  # no number of a port, or no address in IPv6
+        return None
+    return found[1].lower(), found[2] or ""
 
 
 def is_directory_bucket(bucket: str) -> bool:
@@ -146,7 +155,8 @@ def _parse(scheme: str, place: str, names: re.Pattern[str], error: type[AsyncMap
     bucket, _, key = place.partition("/")
     if not names.fullmatch(bucket):
         what = "container" if scheme == "az" else "bucket"
-        raise error(f"{bucket!r} is not a valid {what} name; expected {scheme}://{what}/prefix")
+        rule = f", {_RULES[scheme]}" if scheme in _RULES else ""
+        raise error(f"{bucket!r} is not a valid {what} name; expected {scheme}://{what}/prefix{rule}")
     return Address(scheme, bucket, key)
 
 

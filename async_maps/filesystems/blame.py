@@ -47,7 +47,7 @@ _KEY, _BUCKET, _CREDENTIALS, _STORE, _LINK, _DISK = Scope
 _LATE = "the store did not send its whole answer in time (s3.read_timeout_s)"
 _NO_TLS = (
     "the server, or the proxy before it, does not answer with TLS: write http:// instead of https:// in "
-    "AWS_ENDPOINT_URL, or in HTTPS_PROXY"
+    "its address (AWS_ENDPOINT_URL, STORAGE_EMULATOR_HOST or AZURE_STORAGE_CONNECTION_STRING), or in HTTPS_PROXY"
 )
 _OTHER_5XX, _OTHER = passing(_STORE), Row(_BUCKET)
 

@@ -92,5 +92,7 @@ class OddKeys:
         kinds = {kind: other for kind, spell in enumerate(_SPELLINGS) if (other := spell(key)) != key}
         for kind, other in kinds.items():
             if self._same.get(kind):
-                raise ObjectError(f"the server takes the keys {key!r} and {other!r} as one object: rename the map")
+                raise ObjectError(
+                    f"the server takes the keys {key!r} and {other!r} as one object: rename the map, or the prefix"
+                )
         return next((kind for kind in kinds if kind not in self._same), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from anyio import to_thread
 
@@ -15,19 +15,21 @@ from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.services import open_service
 from async_maps.filesystems.services.client import NO_ANSWER, Client
 from async_maps.filesystems.services.md5 import hex_md5
-from async_maps.filesystems.services.service import ObjectHeaders
+from async_maps.filesystems.services.service import NOT_UNDERSTOOD, ObjectHeaders
 from async_maps.filesystems.verdict import store_error
 from async_maps.settings.s3 import HEADERS, S3Settings
 from async_maps.stores.odd_keys import OddKeys
 from async_maps.stores.promises import OVERWRITE, UNPROVED, BrokenPromiseError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from async_maps.filesystems.addresses import Address
     from async_maps.filesystems.services.service import Answer, Request
     from async_maps.filesystems.services.tokens import Tokens
     from async_maps.settings import Settings
+
+T = TypeVar("T")
 
 _CHECK_WAITS_S = (0.2, 0.8)
 _MOST_BYTES = 2**40
@@ -129,6 +131,7 @@ class ServiceStore:
                 verdict = self.client.judge_error(error)
             else:
                 if answer.is_success:
+                    self._understood(self._service.page, answer)
                     return
                 verdict = self.client.judge(answer)
                 if answer.status == 404 and not verdict.certain:
@@ -146,6 +149,20 @@ class ServiceStore:
         concern all objects an UnjudgedError.
         """
         return await self._odd_keys.put(key, partial(self._put, key, data))
+
+    async def put_once(self, key: str, data: bytes) -> str | None:
+        """Store the object by one request, as :meth:`put`, without a proof before that the service keeps conditions."""
+        request = self._service.put(self.bucket, key, data, self._headers, create_only=self._create_only)
+        answer = await self._send(request)
+        if answer.is_success:
+            tag = self._service.proof(answer, request)
+            if tag is None:
+                # A proxy or a sign-in page before the service can answer each request with 200.
+                raise TransientError(f"{self.destination}: {UNPROVED}")
+            return tag or None
+        if self._create_only and self._service.exists(answer):
+            raise await self._exists(key, data)
+        raise store_error(self.destination, self.client.judge(answer))
 
     async def has(self, key: str) -> bool | None:
         """Return whether an object exists; None if the service does not tell."""
@@ -176,20 +193,7 @@ class ServiceStore:
             async with self._proving:
                 if not self._is_proved:
                     return await self._prove_create_only(key, data)
-        return await self._put_one(key, data)
-
-    async def _put_one(self, key: str, data: bytes) -> str | None:
-        request = self._service.put(self.bucket, key, data, self._headers, create_only=self._create_only)
-        answer = await self._send(request)
-        if answer.is_success:
-            tag = self._service.proof(answer, request)
-            if tag is None:
-                # A proxy or a sign-in page before the service can answer each request with 200.
-                raise TransientError(f"{self.destination}: {UNPROVED}")
-            return tag or None
-        if self._create_only and self._service.exists(answer):
-            raise await self._exists(key, data)
-        raise store_error(self.destination, self.client.judge(answer))
+        return await self.put_once(key, data)
 
     async def _prove_create_only(self, key: str, data: bytes) -> str | None:
         """Put the first object twice: the second time must be refused."""
@@ -204,9 +208,9 @@ class ServiceStore:
                 f"whether the store keeps {what}, is not known: new keys cannot be looked up; {OVERWRITE}"
             )
             raise BrokenPromiseError(f"{self.destination}: {self._end_reason}")
-        tag = await self._put_one(key, data)
+        tag = await self.put_once(key, data)
         try:
-            await self._put_one(key, data)
+            await self.put_once(key, data)
         except ExistsError:
             self._is_proved = True
             return tag
@@ -221,7 +225,7 @@ class ServiceStore:
         """
         answer = await self._send(self._service.find(self.bucket, key))
         if answer.is_success:
-            found = self._service.found(key, answer)
+            found = self._understood(partial(self._service.found, key), answer)
             return f"{found.etag} {found.modified}"
         verdict = self.client.judge(answer)
         if verdict.retry:
@@ -239,6 +243,13 @@ class ServiceStore:
         what = "the same object" if found == data else "another object"
         text = f"{self.destination}: {what} already exists, and is not replaced"
         return ExistsError(text, same=found == data, etag=hex_md5(found))
+
+    def _understood(self, understand: Callable[[Answer], T], answer: Answer) -> T:
+        try:
+            return understand(answer)
+        except NOT_UNDERSTOOD as error:
+            # A proxy or a sign-in page before the service can answer each request with 200.
+            raise TransientError(f"{self.destination}: the server's answer cannot be understood: {error}") from error
 
     async def _send(self, request: Request) -> Answer:
         try:

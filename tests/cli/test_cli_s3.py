@@ -132,7 +132,7 @@ def test_an_unusable_store_ends_with_one_message(
 @pytest.mark.parametrize(
     ("scheme", "path", "said"),
     [
-        ("https", "", "write http:// instead of https:// in AWS_ENDPOINT_URL"),
+        ("https", "", "write http:// instead of https:// in its address (AWS_ENDPOINT_URL, "),
         ("http", "/wrong", "/wrong: check also the path in AWS_ENDPOINT_URL"),
     ],
     ids=["plain HTTP", "path"],

@@ -115,6 +115,10 @@ def test_a_text_without_a_known_scheme_is_no_address(address: str) -> None:
             Address("az", "maps", "a b%20/é", "https://account.blob.core.windows.net"),
         ),
         (
+            "https://Account.Blob.core.windows.net/maps/X",
+            Address("az", "maps", "X", "https://account.blob.core.windows.net"),
+        ),
+        (
             "https://account.z12.blob.storage.azure.net/maps/x",
             Address("az", "maps", "x", "https://account.z12.blob.storage.azure.net"),
         ),
@@ -138,6 +142,8 @@ def test_an_address_in_another_cloud_has_a_bucket_and_a_key(address: str, expect
         "https://evil.com/account.blob.core.windows.net/maps/x",
         "https://account.blob.core.windows.net@evil.com/maps/x",
         "http://127.0.0.1:10000/",
+        "http://127.0.0.1:99999/devstoreaccount1/maps/x",
+        "http://[::1:::]:80/devstoreaccount1/maps/x",
     ],
 )
 def test_another_url_is_no_address(url: str) -> None:

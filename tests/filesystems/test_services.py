@@ -16,6 +16,7 @@ from async_maps.filesystems.services.azure import BlobStorage
 from async_maps.filesystems.services.azure_account import Account
 from async_maps.filesystems.services.azure_keys import _rank, authorization
 from async_maps.filesystems.services.gcs import CloudStorage
+from async_maps.filesystems.services.proxies import proxy_for
 from async_maps.filesystems.services.service import Answer, ObjectHeaders
 from async_maps.filesystems.services.xml import parse_xml
 from async_maps.filesystems.verdict import Scope
@@ -47,7 +48,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"ACCOUNT": "account1", "KEY": KEY}, Account(URL, base64.b64decode(KEY))),
         ({"ACCOUNT": "account1", "SAS_TOKEN": "?sv=1&sig=a%3D"}, Account(URL, sas="sv=1&sig=a%3D")),
         (
-            {"CONNECTION_STRING": f"DefaultEndpointsProtocol=https;AccountName=account1;AccountKey={KEY};"},
+            {"CONNECTION_STRING": f"DefaultEndpointsProtocol=HTTPS;AccountName=account1;AccountKey={KEY};"},
             Account(URL, base64.b64decode(KEY)),
         ),
         (
@@ -90,6 +91,14 @@ def test_development_storage_is_the_emulator(monkeypatch: pytest.MonkeyPatch) ->
         ),
         ({"ACCOUNT": "account1", "KEY": "no key"}, "AZURE_STORAGE_KEY: expected the key in base 64"),
         ({"CONNECTION_STRING": "secret"}, "AZURE_STORAGE_CONNECTION_STRING: expected AccountName=..."),
+        (
+            {"CONNECTION_STRING": f"BlobEndpoint=http://127.0.0.1:99999/dev;AccountKey={KEY}"},
+            "AZURE_STORAGE_CONNECTION_STRING: expected ",
+        ),
+        (
+            {"CONNECTION_STRING": f"BlobEndpoint=http://[::1:::]:80/dev;AccountKey={KEY}"},
+            "AZURE_STORAGE_CONNECTION_STRING: expected ",
+        ),
         ({"CONNECTION_STRING": "BlobEndpoint=https://x.com/?sig=secret"}, "AZURE_STORAGE_CONNECTION_STRING: expected "),
         (
             {"CONNECTION_STRING": "AccountName=abc;AccountKey=secret!"},
@@ -202,6 +211,30 @@ def test_no_token_is_sent_to_a_server_that_the_environment_does_not_name(
             Account.from_environment(url)
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"BlobEndpoint={url}")
     assert Account.from_environment(url) == Account.from_environment() == Account(url)
+
+
+@pytest.mark.parametrize("host", ["http://127.0.0.1:99999", "http://[::1", "ftp://host", "http://"])
+def test_a_wrong_address_of_an_emulator_is_refused(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("google.auth", reason="the package google-auth is not installed")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
+    with pytest.raises(SettingsError, match="STORAGE_EMULATOR_HOST: expected http://host:port"):
+        CloudStorage.from_environment()
+
+
+def test_the_proxy_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "HTTPS_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    assert proxy_for(URL) is None
+    monkeypatch.setenv("HTTPS_PROXY", "me:secret@host:3128")
+    assert proxy_for(URL) == "http://me:secret@host:3128"
+    assert proxy_for("http://127.0.0.1:9023") is None
+    monkeypatch.setenv("NO_PROXY", ".core.windows.net")
+    assert proxy_for(URL) is None
+    for wrong in ("http://me:secret@host:99999", "socks5://host:1", "http://"):
+        monkeypatch.setenv("HTTPS_PROXY", wrong)
+        with pytest.raises(SettingsError, match=r"^HTTPS_PROXY: expected http://host:port$"):
+            proxy_for("https://storage.googleapis.com")
 
 
 def test_no_token_is_sent_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,10 @@ def test_a_refused_token_is_one_sentence(
     assert (raised.value.retry, raised.value.may_pass) == (retry, retry)
 
 
-@pytest.mark.parametrize("content", ["{}", "no JSON", '{"type": "service_account"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "no JSON", '{"type": "service_account"}', "[]", "null", '{"type": "impersonated_service_account"}'],
+)
 def test_a_damaged_key_is_one_sentence(content: str, token_service: TokenService) -> None:
     Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).write_text(content)
     with pytest.raises(CredentialsError, match=r"^the Google credentials cannot be used: ") as raised:
@@ -225,9 +228,11 @@ def test_a_machine_of_google_signs_by_the_iam_api(token_service: TokenService, m
     assert url.endswith(f"X-Goog-Signature={b'signed'.hex()}")
     assert token_service.authorizations == ["Bearer token for ['https://www.googleapis.com/auth/cloud-platform']"]
     token_service.refusal = (403, {"error": "no permission"})
-    with pytest.raises(StoreError, match="cannot presign: the Google credentials cannot be renewed: "):
-        with presigning(1, "gs://bucket/p") as presigned:
-            presigned("gs://bucket/p/a.png")
+    with (
+        pytest.raises(StoreError, match="cannot presign: the Google credentials cannot be renewed: "),
+        presigning(1, "gs://bucket/p") as presigned,
+    ):
+        presigned("gs://bucket/p/a.png")
 
 
 def test_tokens_are_asked_for_through_the_proxy(token_service: TokenService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def get() -> Mock:
 
 @pytest.fixture
 def hearing(get: Mock) -> Hearing:
-    return Hearing(Mock(**{"s3.return_value": Mock(get=get, settings=S3Settings())}))
+    return Hearing(Mock(**{"at.return_value": Mock(get=get, settings=S3Settings())}))
 
 
 def judge(hearing: Hearing) -> list[Failure]:

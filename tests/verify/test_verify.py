@@ -437,17 +437,17 @@ def test_the_folder_that_is_listed_holds_all_objects(first: str, last: str, fold
 
 
 def test_lists_in_any_order_are_compared() -> None:
-    rows = [Expected(f"s3://b/{i}", str(i), i, "tag") for i in range(2500)]
+    rows = [Expected(f"s3://bkt/{i}", str(i), i, "tag") for i in range(2500)]
     with Comparison() as comparison:
         assert comparison.expect(rows[::-1]) == 2500
         assert comparison.find(ObjectInfo(row.locator, row.size or 0, row.etag) for row in rows[1::2]) == 1250
-        assert comparison.find([ObjectInfo("s3://b/x", 1, "tag"), ObjectInfo("s3://b/1", 7, "other")]) == 1
-        assert comparison.folders() == [("s3://b/", 2500)]
+        assert comparison.find([ObjectInfo("s3://bkt/x", 1, "tag"), ObjectInfo("s3://bkt/1", 7, "other")]) == 1
+        assert comparison.folders() == [("s3://bkt/", 2500)]
         comparison.compare()
         assert comparison.counts() == {"missing": 1250}
         assert len({difference.locator for difference in comparison.differences("missing")}) == 1250
         assert [*comparison.differences("foreign", "etag")] == []
-        assert comparison.foreign("") == [("s3://b/x", 1, None)]
+        assert comparison.foreign("") == [("s3://bkt/x", 1, None)]
         assert comparison.right() == len(comparison.to_read("", "")) + 250 == 1250
 
 

@@ -100,12 +100,12 @@ def _connected(connection: str) -> Account:
     name, url = parts.get("accountname", ""), parts.get("blobendpoint", "").rstrip("/")
     if not url and name:
         suffix = parts.get("endpointsuffix", "core.windows.net")
-        url = f"{parts.get('defaultendpointsprotocol', 'https')}://{name}.blob.{suffix}"
+        url = f"{parts.get('defaultendpointsprotocol', 'https').lower()}://{name}.blob.{suffix}"
     # The URL is not shown: it may have a signature.
     if (found := parse_account(url)) is None or found[1]:
         raise SettingsError(f"{CONNECTION}: expected AccountName=..., or BlobEndpoint=https://ACCOUNT.blob.SUFFIX")
     key = _decoded(f"AccountKey in {CONNECTION}", parts.get("accountkey", ""))
-    return Account(url, key, parts.get("sharedaccesssignature", "").lstrip("?"))
+    return Account(found[0], key, parts.get("sharedaccesssignature", "").lstrip("?"))
 
 
 def _pairs(connection: str) -> list[tuple[str, str, str]]:

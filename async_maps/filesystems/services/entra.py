@@ -60,7 +60,8 @@ class EntraCredentials:
             first = str(error).strip().partition("\n")[0].rstrip(".")
             reason = f"the Azure credentials cannot be renewed: {first}"
             raise CredentialsError(reason, may_pass=True, retry=True) from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:
+            # For example a certificate that cannot be read.
             raise CredentialsError(f"the Azure credentials cannot be used: {error}") from error
         self._last = found.token
         return Token(found.token, float(found.expires_on))

@@ -27,6 +27,7 @@ from async_maps.filesystems.filesystem import InaccessibleError, UnavailableErro
 from async_maps.filesystems.remote import RefusedError, RemoteFilesystem
 from async_maps.filesystems.services.client import NO_ANSWER, Client
 from async_maps.filesystems.services.md5 import hex_md5
+from async_maps.filesystems.services.service import NOT_UNDERSTOOD
 from async_maps.filesystems.verdict import Scope, Verdict
 from async_maps.settings import S3Settings
 
@@ -193,7 +194,7 @@ class ServiceFilesystem(RemoteFilesystem):
     def _understood(understand: Callable[[Answer], T], answer: Answer) -> T:
         try:
             return understand(answer)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except NOT_UNDERSTOOD as error:
             reason = f"the server's answer cannot be understood: {error}"
             raise InaccessibleError.of(_BROKEN._replace(reason=reason)) from error
 

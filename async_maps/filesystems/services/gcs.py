@@ -18,6 +18,7 @@ from async_maps.filesystems.endpoints import Identity, normalize_endpoint
 from async_maps.filesystems.listings import Page
 from async_maps.filesystems.services.google import GoogleCredentials
 from async_maps.filesystems.services.md5 import base64_md5, hex_of
+from async_maps.filesystems.services.proxies import is_server
 from async_maps.filesystems.services.service import Request
 from async_maps.filesystems.services.tokens import Tokens
 
@@ -73,7 +74,7 @@ class CloudStorage:
         if not emulator:
             return cls(_ENDPOINT, Tokens(GoogleCredentials().token), value)
         endpoint = normalize_endpoint(emulator if "://" in emulator else f"http://{emulator}")
-        if not re.fullmatch(r"https?://[^/\s@]+", endpoint):
+        if not (re.fullmatch(r"https?://[^/\s@]+", endpoint) and is_server(endpoint)):
             raise SettingsError(f"STORAGE_EMULATOR_HOST: expected http://host:port, found {emulator!r}")
         return cls(endpoint, None, value)
 
@@ -177,7 +178,8 @@ class CloudStorage:
             message = str(error.get("message", ""))
             reason = str(error["errors"][0]["reason"]) if error.get("errors") else ""
         except (ValueError, LookupError, TypeError, AttributeError):
-            reason, message = "", text
+            # The page of a proxy says nothing in one line.
+            reason, message = "", "" if text.lstrip().startswith("<") else text
         if message.startswith("No such object"):
             reason = "noSuchObject"
         elif answer.status in {400, 409} and _MISMATCH.search(message):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NONE_FOUND = (
     "no Google credentials found: set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login"
 )
+_UNUSABLE = "the Google credentials cannot be used"
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 _SCOPE_OF_SIGNING = "https://www.googleapis.com/auth/cloud-platform"
 """A machine's service account signs by the IAM API, which takes no tokens for storage alone."""
@@ -99,23 +100,31 @@ class GoogleCredentials:
     def _usable(self) -> Iterator[Any]:
         """Yield the credentials, and translate the errors of the library."""
         with require_extra("gs://", "gcs"):
-            import google.auth
             from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
         try:
             if self._credentials is None:
-                self._credentials, _ = google.auth.default(scopes=[self._scope])
+                self._credentials = self._find()
             yield self._credentials
         except DefaultCredentialsError as error:
             is_missing = "were not found" in str(error)
-            reason = NONE_FOUND if is_missing else f"the Google credentials cannot be used: {_first_line(error)}"
+            reason = NONE_FOUND if is_missing else f"{_UNUSABLE}: {_first_line(error)}"
             raise CredentialsError(reason) from error
         except (OSError, ValueError, ImportError) as error:
             # A file that cannot be read, or a library that some kinds of credentials need.
-            raise CredentialsError(f"the Google credentials cannot be used: {_first_line(error)}") from error
+            raise CredentialsError(f"{_UNUSABLE}: {_first_line(error)}") from error
         except GoogleAuthError as error:
             retry = isinstance(error, TransportError) or error.retryable
             reason = f"the Google credentials cannot be renewed: {_first_line(error)}"
             raise CredentialsError(reason, may_pass=retry, retry=retry) from error
+
+    def _find(self) -> Any:
+        import google.auth
+
+        try:
+            return google.auth.default(scopes=[self._scope])[0]
+        except (AttributeError, TypeError, LookupError) as error:
+            # The library expects that the file has what its own tools write.
+            raise CredentialsError(f"{_UNUSABLE}: GOOGLE_APPLICATION_CREDENTIALS is no file of credentials") from error
 
     @contextmanager
     def _request(self) -> Iterator[Any]:

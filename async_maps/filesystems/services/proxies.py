@@ -9,6 +9,8 @@ from urllib.request import getproxies, proxy_bypass
 from urllib3 import PoolManager, ProxyManager
 from urllib3.util import make_headers
 
+from async_maps.errors import SettingsError
+
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
@@ -16,11 +18,30 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
 
+def is_server(url: str) -> bool:
+    """Whether a URL has a host and, if any, a port that a request can be sent to."""
+    try:
+        server = urlsplit(url)
+        return server.scheme in {"http", "https"} and bool(server.hostname) and server.port != 0
+    except ValueError:
+        return False
+
+
 def proxy_for(url: str) -> str | None:
-    """Return the URL of the proxy for requests to a server; None if there is none."""
+    """Return the URL of the proxy for requests to a server; None if there is none.
+
+    Raises:
+        SettingsError: the proxy's URL is not valid.
+    """
     server = urlsplit(url)
     proxy = None if proxy_bypass(server.netloc) else getproxies().get(server.scheme)
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy or None
+    if not proxy:
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not is_server(proxy):
+        # Not shown: it may have a password.
+        raise SettingsError(f"{server.scheme.upper()}_PROXY: expected http://host:port")
+    return proxy
 
 
 class Http:

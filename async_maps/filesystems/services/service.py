@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from async_maps.filesystems.services.tokens import Tokens
 
 
+NOT_UNDERSTOOD = (ValueError, LookupError, TypeError, AttributeError)
+"""The errors of a service that understands an answer which is none of its server."""
+
+
 class Request(NamedTuple):
     """A request.
 
