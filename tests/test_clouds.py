@@ -252,7 +252,7 @@ def test_doctor_finds_a_bucket_that_can_be_used(cloud: Cloud, place: str) -> Non
         "bucket",
         "list",
         "write",
-        "read",
+        "read back",
         "overwrite",
         "create only",
         "latency",
@@ -313,7 +313,7 @@ def test_doctor_accepts_one_object_a_second_under_a_key(stand_in: StandIn) -> No
     stand_in.refuse_with(refuse)
     findings = am.diagnose(f"{stand_in.address}/p", SETTINGS, origins=(), quick=True)
     levels = {finding.check: finding.level for finding in findings}
-    checks = {"write", "read", "overwrite", "create only", "latency", "delete"}
+    checks = {"write", "read back", "overwrite", "create only", "latency", "delete"}
     assert {check: levels.get(check) for check in checks} == dict.fromkeys(checks, "ok")
 
 

@@ -183,7 +183,7 @@ class _Examination:
         """Read the object, replace it, and read it again."""
         for turned in (False, True):
             data = tiny_png(self._settings, turned=turned)
-            check = "overwrite" if turned else "read"
+            check = "overwrite" if turned else "read back"
             if turned:
                 try:
                     await self._put(data)

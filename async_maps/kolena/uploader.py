@@ -10,6 +10,7 @@ from async_maps.blocking import blocking
 from async_maps.concurrency.loop import open_portal
 from async_maps.errors import InputValidationError, MapFailedError
 from async_maps.filesystems.locators import bitmap_mask_fields
+from async_maps.filesystems.services import canonical
 from async_maps.kolena.masks import Mask, mask_maker, provenance_fields
 from async_maps.outcomes import Failure, Receipt
 from async_maps.pipeline import Pipeline
@@ -35,7 +36,7 @@ def bitmap_uploader(
     :func:`async_maps.run` is faster. In asynchronous code use :class:`~async_maps.Pipeline` and :func:`bitmap_mask`.
 
     Args:
-        destination: ``s3://bucket/prefix``, ``gs://bucket/prefix``, or the ``https://`` URL of a container in Azure.
+        destination: ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``.
         settings: the settings; the defaults if None. ``workers`` is ignored: single maps cannot keep processes busy.
 
     Yields:
@@ -119,5 +120,5 @@ def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **field
 
 
 def _pipeline(destination: str | PathLike[str], settings: Settings | None) -> Pipeline:
-    bitmap_mask_fields(f"{fspath(destination)}/name.png")  # raises if Kolena cannot read it
+    bitmap_mask_fields(f"{canonical(fspath(destination))}/name.png")  # raises if Kolena cannot read it
     return Pipeline(destination, settings=given_or_default(settings).model_copy(update={"workers": 0}))

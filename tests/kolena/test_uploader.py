@@ -17,6 +17,7 @@ from async_maps.kolena import (
     create_and_upload_bitmap,
     results_frame,
 )
+from async_maps.kolena.uploader import _pipeline
 from tests.support.leftovers import children, leaves_nothing
 from tests.support.maps import decode, random_map
 from tests.support.masks import TYPED, wire
@@ -121,3 +122,15 @@ def test_kolenas_client_uploads_results_with_valid_locators(
     pngs = asyncio.run(fetch([mask["locator"] for mask in masks]))
     for png, map_ in zip(pngs, maps.values(), strict=True):
         np.testing.assert_array_equal(decode(png), am.colorize_activation_map(map_))
+
+
+def test_a_container_in_azure_is_a_destination(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "account1")
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "a2V5")
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+    # It is opened with the first map.
+    assert isinstance(_pipeline("az://maps/p", None), am.Pipeline)
+    # Kolena reads no URL without TLS.
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "UseDevelopmentStorage=true")
+    with pytest.raises(am.InputValidationError, match="Kolena reads s3://, gs:// and https:// locators"):
+        _pipeline("az://maps/p", None)

@@ -28,7 +28,7 @@ export function facts(row, plane) {
     ["CRC-32", row.crc32 || "–"],
     ["ETag", row.etag || "–"],
     ["stored", utc(row.time)],
-    row.locator?.startsWith("s3://") && ["key", row.locator.replace(/^s3:\/\/[^/]*\//, "")],
+    /^(s3|gs):/.test(row.locator) && ["key", row.locator.replace(/^..:\/\/[^/]*\//, "")],
     ["source", row.file && row.file !== row.source ? `${row.source} in ${row.file}` : row.source],
     settings && ["settings", `${settings.colormap.slice(0, 60)}, ${settings.range}, ${settings.png}`],
   ].filter(Boolean);
