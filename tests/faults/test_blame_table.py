@@ -14,7 +14,20 @@ import pytest
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
 from async_maps.sources import open_source
-from tests.support.blame import ALL, BAD, FOR_EVER, NAMES, PATIENT, SETTINGS, SUB, Ended, Job, exit_code_of, refusing
+from tests.support.blame import (
+    ALL,
+    BAD,
+    FOR_EVER,
+    NAMES,
+    PATIENT,
+    PERSISTENT,
+    SETTINGS,
+    SUB,
+    Ended,
+    Job,
+    exit_code_of,
+    refusing,
+)
 from tests.support.maps import npy, random_map
 from tests.support.s3 import delete, upload
 from tests.support.s3_proxy import Proxy, Refusal, counting
@@ -32,6 +45,7 @@ SIGNATURE = Refusal(403, "SignatureDoesNotMatch", "another signature")
 KMS = Refusal(400, "KMS.DisabledException", "the key is disabled")
 QUOTA = Refusal(403, "QuotaExceeded", "10 GB are used")
 FULL = Refusal(507, "XMinioStorageFull", "the drive is full")
+MOMENTS = ["start", "mid-run", pytest.param("rerun", marks=pytest.mark.long)]
 BUSY, BROKEN, RESET = Refusal(503, "SlowDown", "less"), Refusal(500, "InternalError", "sorry"), Refusal(0)
 
 
@@ -56,7 +70,7 @@ def job(maps: Path, place: str) -> Job:
 # Faults of one object, or of some ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["start", "mid-run", "rerun"])
+@pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize(
     ("refusal", "words"),
     [
@@ -88,7 +102,7 @@ def test_a_refused_object_is_blamed_and_the_others_are_done(
         assert re.search(f"^bad .*: upload: .*{words}", ended.words)
 
 
-@pytest.mark.parametrize("moment", ["start", "mid-run", "rerun"])
+@pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("refusal", [DENIED, SIGNATURE, BUSY, KMS], ids=lambda refusal: refusal.code)
 def test_the_objects_of_a_refused_prefix_are_blamed_and_the_others_are_done(
     refusal: Refusal, moment: str, proxy: Proxy, job: Job
@@ -127,7 +141,7 @@ def test_the_objects_of_a_refused_prefix_are_blamed_and_the_others_are_done(
     ],
     ids=lambda value: f"{value.status} {value.code}" if isinstance(value, Refusal) else "",
 )
-@pytest.mark.parametrize("moment", ["start", "mid-run", "rerun"])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_refusal_of_all_objects_ends_the_run_and_blames_none(
     refusal: Refusal, at_start: int, in_mid_run: int, words: str, moment: str, proxy: Proxy, job: Job
 ) -> None:
@@ -137,10 +151,13 @@ def test_a_refusal_of_all_objects_ends_the_run_and_blames_none(
         assert job.run()[:3] == (0, 1, 0)
     job.add(NAMES)
     proxy.refuse = refusing(refusal, ALL, after=5 if moment == "mid-run" else 0)
+    expected = in_mid_run if moment == "mid-run" else at_start
+    if expected == 2:
+        job.settings = PATIENT
     ended = job.run()
     # A run that ends may leave the answers of the others.
     assert ended.done <= done
-    assert (ended.exit_code, ended.failed) == (in_mid_run if moment == "mid-run" else at_start, 0), ended
+    assert (ended.exit_code, ended.failed) == (expected, 0), ended
     assert words in ended.words
     proxy.refuse = lambda *_: None
     assert job.run()[:3] == (0, 12, 0)
@@ -150,6 +167,8 @@ def test_a_refusal_of_all_objects_ends_the_run_and_blames_none(
 @pytest.mark.parametrize("times", [30, FOR_EVER])
 def test_an_outage_blames_no_map(refusal: Refusal, times: int, proxy: Proxy, job: Job) -> None:
     job.add(NAMES)
+    if times != FOR_EVER:
+        job.settings = PATIENT
     proxy.refuse = refusing(refusal, ALL, after=5, times=times)
     ended = job.run()
     if times == FOR_EVER:
@@ -197,6 +216,7 @@ def refusing_reads(refusal: Refusal, what: str, *, times: int = FOR_EVER, after:
 def test_an_object_of_the_source_that_is_refused_is_blamed(
     refusal: Refusal, proxy: Proxy, source: str, job: Job, tmp_path: Path
 ) -> None:
+    job.settings = PATIENT
     proxy.refuse = refusing_reads(refusal, "/maps/bad.npy", after=0)
     ended = run_of(source, job)
     assert ended[:3] == (1, 11, 1), ended
@@ -209,7 +229,7 @@ def test_an_outage_of_the_source_blames_no_map(
     refusal: Refusal, times: int, proxy: Proxy, read: object, job: Job
 ) -> None:
     if times != FOR_EVER:
-        job.settings = am.Settings(workers=0, concurrency=4, s3=am.S3Settings(give_up_s=60.0))
+        job.settings = PERSISTENT
     proxy.refuse = refusing_reads(refusal, "/maps/", times=times)
     ended = run_of(read, job)
     if times == FOR_EVER:
@@ -262,7 +282,7 @@ def test_a_source_that_cannot_be_listed_blames_no_map(refusal: Refusal, proxy: P
 async def test_put_raises_map_failed_only_for_the_map_that_is_to_blame(
     refusal: Refusal, what: str, first: bool, kind: type[am.AsyncMapsError], proxy: Proxy, place: str
 ) -> None:
-    async with am.Pipeline(place, settings=SETTINGS) as pipeline:
+    async with am.Pipeline(place, settings=PATIENT if kind is am.MapFailedError else SETTINGS) as pipeline:
         if first:
             await pipeline.put("good", random_map(1))
         proxy.refuse = refusing(refusal, what)
@@ -302,7 +322,8 @@ def test_verify_names_no_object_for_the_fault_of_the_store(
     refusal: Refusal, what: str, times: int, code: int, words: str, proxy: Proxy, stored: Job
 ) -> None:
     proxy.refuse = refusing(refusal, what, times=times, method="GET")
-    found = exit_code_of(lambda: am.verify_locators(stored.manifest, settings=SETTINGS, deep=True))
+    settings = SETTINGS if times == FOR_EVER else PATIENT
+    found = exit_code_of(lambda: am.verify_locators(stored.manifest, settings=settings, deep=True))
     assert found[0] == code, found
     assert re.search(words, found[1]), found
 
@@ -317,7 +338,8 @@ def test_repair_keeps_the_rows_that_the_store_does_not_let_it_repair(
 ) -> None:
     delete(stored.place.removeprefix("s3://").partition("/")[0], "p/bad.png")
     proxy.refuse = refusing(refusal, what, times=times)
-    found = exit_code_of(lambda: am.repair_overlays(stored.manifest, settings=SETTINGS))
+    settings = SETTINGS if times == FOR_EVER else PATIENT
+    found = exit_code_of(lambda: am.repair_overlays(stored.manifest, settings=settings))
     assert code is None or found[0] == code, found
     proxy.refuse = lambda *_: None
     again = exit_code_of(lambda: am.repair_overlays(stored.manifest, settings=SETTINGS))
@@ -334,8 +356,10 @@ def test_prune_forgets_no_row_whose_overlay_it_could_not_delete(
     (stored.folder / "bad.npy").unlink()
     proxy.refuse = refusing(refusal, "", times=times, method="POST")
 
+    settings = SETTINGS if times == FOR_EVER else PATIENT
+
     def prune() -> am.Report:
-        return am.run(stored.folder, stored.place, settings=SETTINGS, manifest=stored.manifest, prune="objects")
+        return am.run(stored.folder, stored.place, settings=settings, manifest=stored.manifest, prune="objects")
 
     found = exit_code_of(prune)
     assert found[0] == code, found

@@ -68,6 +68,7 @@ def test_a_warmed_cache_serves_other_cpus(cpu: str, warmed: Place, tmp_path: Pat
     assert len(copy.files()) == 17
 
 
+@pytest.mark.long
 def test_a_cpu_without_the_instructions_of_the_baseline_compiles_its_own(warmed: Place, tmp_path: Path) -> None:
     copy = Place(tmp_path, warmed.code)
     shutil.copytree(warmed.cache, copy.cache)
@@ -103,7 +104,9 @@ def test_warm_tells_in_one_sentence_why_its_process_failed(tmp_path: Path) -> No
     )
 
 
-@pytest.mark.parametrize("damage", ["empty", "torn", "garbage"])
+@pytest.mark.parametrize(
+    "damage", ["torn", *(pytest.param(damage, marks=pytest.mark.long) for damage in ("empty", "garbage"))]
+)
 def test_a_damaged_file_is_compiled_and_replaced(place: Place, damage: str) -> None:
     for file in place.files():
         whole = file.read_bytes()

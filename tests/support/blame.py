@@ -27,6 +27,8 @@ SETTINGS = am.Settings(
 
 PATIENT = SETTINGS.model_copy(update={"s3": SETTINGS.s3.model_copy(update={"give_up_s": 60.0})})
 """For a store that is not down, also on a busy machine."""
+PERSISTENT = am.Settings(workers=0, concurrency=4, s3=am.S3Settings(give_up_s=60.0))
+"""With as many attempts as by default."""
 
 BAD, SUB, ALL = "/bad.png", "/sub/", "/p/"
 FOR_EVER = 10**9
