@@ -133,7 +133,7 @@ async def test_ordered_outcomes_of_lanes_keep_the_order(maps: Path, tmp_path: Pa
     assert names == [f"{i:04}" for i in range(200)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_seventeen_lanes_with_tiny_windows_do_not_stand_still(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

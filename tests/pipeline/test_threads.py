@@ -17,9 +17,7 @@ RUNS = 6
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "rounds", [1, pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.long)])
 def test_six_threads_can_start_workers_at_the_same_time(rounds: int) -> None:
     # Two uvloop event loops that start a process at the same moment fail: "Racing with another loop".
     pytest.importorskip("uvloop")
