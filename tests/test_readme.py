@@ -85,6 +85,7 @@ def folder(tmp_path: Path, s3: seaweed.S3Server, monkeypatch: pytest.MonkeyPatch
         path = tmp_path / "maps" / "val" / f"{i:04}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, random_map(i))
+    (tmp_path / "images").mkdir()
     rows = [f"val/{i:04},cat,{i / 5 or ''}" for i in range(5)]
     (tmp_path / "results.csv").write_text("\n".join(["image,label,score", *rows]))
     am.run("maps", "s3://my-bucket/overlays", settings=am.Settings(workers=0), manifest="async-maps.sqlite")

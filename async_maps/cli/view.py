@@ -101,5 +101,8 @@ def _write(  # noqa: PLR0913, PLR0917  # those of the command
         written = write_static(content, out, side=size, limit=limit, tell=say)
     if written.missing:
         complain(f"{counted(written.missing, 'overlay')} could not be read: see --verbose")
-    printed = answer(f"{counted(written.maps, 'map')} in {out / 'index.html'}, {written.size / 1e6:,.1f} MB")
+    if images is not None and not written.images:
+        complain(f"no map has an image in {images}: see --verbose")
+    found = "" if images is None else f", {written.images:,} with an image"
+    printed = answer(f"{counted(written.maps, 'map')}{found} in {out / 'index.html'}, {written.size / 1e6:,.1f} MB")
     return DONE if printed and not written.missing else SOME_FAILED

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from async_maps.stores.service import ServiceStore
 
 _CLEAN_UP_S = 10.0
+_DELETES = 8
+"""The number of concurrent requests that delete objects."""
 _BROWSER_S = 8.0
 _PUT_WAITS_S = (1.0, 2.0, 0.0)
 
@@ -174,7 +176,10 @@ class _Examination:
             is_denied = isinstance(error, UnjudgedError) and error.verdict.scope is Scope.CREDENTIALS
             if not isinstance(error, TransientError):
                 self._may_exist.clear()
-            self._say("write", "failure", str(error), f"allow the role {self._service.role}" if is_denied else "")
+            advice = f"allow the role {self._service.role}"
+            if self._service.tokens is None:
+                advice = f"check {self._service.proof_words}, and what it allows"
+            self._say("write", "failure", str(error), advice if is_denied else "")
             return False
         self._say("write", "ok", "an object was written, and the answer proves its bytes")
         return True
@@ -214,7 +219,12 @@ class _Examination:
         except StoreError as error:
             self._say("create only", level, str(error))
         else:
-            self._say("create only", level, f"the store ignores {self._service.condition}", "use --if-exists overwrite")
+            self._say(
+                "create only",
+                level,
+                f"the store ignores {self._service.condition}",
+                "use --if-exists overwrite; a plan cannot lie here",
+            )
 
     async def _browser(self, origins: Sequence[str]) -> None:
         """Check by a signed URL whether pages of these origins may read the object."""
@@ -264,6 +274,16 @@ class _Examination:
         for finding in judge(loads, latency_s, len(data), concurrency, grows=grows):
             self._on_finding(finding)
 
+    async def _delete(self, keys: Sequence[str]) -> list[str]:
+        """Delete objects; return why each was not deleted, or an empty text."""
+        turns = asyncio.Semaphore(_DELETES)
+
+        async def delete(key: str) -> str:
+            async with turns:
+                return await self._store.delete(key)
+
+        return await asyncio.gather(*map(delete, keys))
+
     async def _remove(self) -> None:
         """Delete all written objects, even if this task is cancelled."""
         left = list(self._may_exist)
@@ -271,8 +291,11 @@ class _Examination:
             return
         reason = "not deleted in time"
         with move_on_after(_CLEAN_UP_S, shield=True):
-            reasons = await asyncio.gather(*(self._store.delete(key) for key in left))
-            reason = next(filter(None, reasons), "")
+            # Twice, because emulators break connections if there are many.
+            for _ in range(2):
+                reasons = await self._delete(left)
+                left = [key for key, reason in zip(left, reasons, strict=True) if reason]
+                reason = next(filter(None, reasons), "")
         if not reason:
             self._say("delete", "ok", "the written objects were deleted")
             return

@@ -16,6 +16,7 @@ from async_maps.filesystems.addresses import SCHEMES, is_remote
 from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.objects import Objects
 from async_maps.stores import open_store
+from async_maps.stores.promises import OVERWRITE, BrokenPromiseError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,6 +30,7 @@ _ONE_SLASH = tuple(f"{scheme}:/" for scheme in (*SCHEMES, "file"))
 _WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2)
 _OF_OVERLAYS = ("cache_control", "metadata", "tagging", "storage_class")
 """The settings of objects that are for overlays only."""
+_OTHER_PLACE = "put the plan in another store, or use run without one"
 _THREADS = 16
 
 
@@ -123,6 +125,8 @@ class Place:
             except ExistsError as error:
                 # An attempt whose answer was lost may have stored it.
                 return error.same
+            except BrokenPromiseError as error:
+                raise BrokenPromiseError(str(error).replace(OVERWRITE, _OTHER_PLACE)) from error
             except TransientError:
                 if monotonic() > until:
                     raise

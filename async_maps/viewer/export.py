@@ -63,10 +63,11 @@ _INDEX = f"""<!doctype html>
 
 
 class Written(NamedTuple):
-    """What was written: the number of maps, of those without an overlay here, and of bytes."""
+    """What was written: the numbers of maps, of those without an overlay here, of images, and of bytes."""
 
     maps: int
     missing: int
+    images: int
     size: int
 
 
@@ -232,7 +233,7 @@ def write_static(
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     except OSError as error:
         raise SettingsError(f"cannot write the page to {out}: {error.strerror or error}") from error
-    return Written(len(rows), found.count(False), size)
+    return Written(len(rows), found.count(False), sum(row["image"] is not None for row in rows), size)
 
 
 def _write_plane(content: Content, out: Path, side: int | None, pair: tuple[dict[str, Any], str]) -> bool:

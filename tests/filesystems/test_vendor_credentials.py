@@ -33,6 +33,11 @@ from tests.support.gcs_server import GcsServer, serving
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+UNREACHABLE = (
+    "failed.\nAttempted credentials:\n\tEnvironmentCredential: Authentication failed: HTTPSConnectionPool("
+    "host='login.microsoftonline.com', port=443): Max retries exceeded (Caused by NameResolutionError(...))\n"
+    "\tManagedIdentityCredential: unavailable"
+)
 EMAIL = "maps@project.iam.gserviceaccount.com"
 
 
@@ -273,6 +278,16 @@ def test_a_token_service_that_does_not_answer_is_named(
         (
             "failed.\nEnvironmentCredential: AADSTS7000215: Invalid client secret provided.\nTrace ID: 1",
             "^the Azure credentials are refused: AADSTS7000215: Invalid client secret provided$",
+            False,
+        ),
+        (
+            UNREACHABLE,
+            "^the Azure credentials cannot be renewed: no answer from login.microsoftonline.com$",
+            True,
+        ),
+        (
+            "failed.\n\tEnvironmentCredential: Authentication failed: the certificate is no PEM.\n\tOthers: no",
+            "^the Azure credentials cannot be used: the certificate is no PEM$",
             False,
         ),
         (None, "^the Azure credentials cannot be renewed: no route to the host$", True),

@@ -118,6 +118,21 @@ def test_a_folder_of_others_is_not_replaced(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.runs
+def test_a_page_without_any_image_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest, images = make_run(tmp_path, 3), tmp_path / "images"
+    images.mkdir()
+    assert invoke("view", manifest, "--static", tmp_path / "page", "--images", images) == 0
+    output = capsys.readouterr()
+    assert f"no map has an image in {images}" in output.err
+    assert output.out.startswith("3 maps, 0 with an image in ")
+    Image.new("RGB", (8, 8)).save(images / "val.png")
+    assert invoke("view", manifest, "--static", tmp_path / "page", "--images", images) == 0
+    output = capsys.readouterr()
+    assert "no map has" not in output.err
+    assert output.out.startswith("3 maps, 3 with an image in ")
+
+
+@pytest.mark.runs
 def test_missing_overlays_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = make_run(tmp_path, 3)
     (tmp_path / "out" / "val" / "001.png").unlink()

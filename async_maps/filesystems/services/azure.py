@@ -39,7 +39,7 @@ class BlobStorage:
     """
 
     condition, bucket_word = "If-None-Match", "container"
-    role = "Storage Blob Data Contributor on the container, or use the key of the account"
+    role = "Storage Blob Data Contributor on the container"
     advice = "check AZURE_STORAGE_ACCOUNT, and the network"
 
     def __init__(self, account: Account) -> None:

@@ -21,6 +21,11 @@ _SCOPE = "https://storage.azure.com/.default"
 _REFUSAL = re.compile(r"AADSTS\d+:[^\n]*")
 """What Entra ID answers to wrong credentials."""
 
+_FAILURE = re.compile(r"Authentication failed: ([^\n]*)")
+"""What the library says of credentials that it has found, but that did not work."""
+_HOST = re.compile(r"host='([^']+)'")
+"""The server in an error of urllib3."""
+
 # Without a handler in the program, warnings of a library would be printed with tracebacks.
 for _name in ("azure", "msal"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -53,9 +58,15 @@ class EntraCredentials:
                 self._credential = DefaultAzureCredential()
                 found = self._credential.get_token(_SCOPE)
         except ClientAuthenticationError as error:
-            refusal = _REFUSAL.search(str(error))
-            reason = NONE_FOUND if refusal is None else f"the Azure credentials are refused: {refusal[0].rstrip('. ')}"
-            raise CredentialsError(reason) from error
+            text = str(error)
+            if refusal := _REFUSAL.search(text):
+                raise CredentialsError(f"the Azure credentials are refused: {refusal[0].rstrip('. ')}") from error
+            if not (failure := _FAILURE.search(text)):
+                raise CredentialsError(NONE_FOUND) from error
+            if host := _HOST.search(failure[1]):
+                reason = f"the Azure credentials cannot be renewed: no answer from {host[1]}"
+                raise CredentialsError(reason, may_pass=True, retry=True) from error
+            raise CredentialsError(f"the Azure credentials cannot be used: {failure[1].rstrip('. ')}") from error
         except AzureError as error:
             first = str(error).strip().partition("\n")[0].rstrip(".")
             reason = f"the Azure credentials cannot be renewed: {first}"
