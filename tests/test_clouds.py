@@ -296,7 +296,8 @@ def test_doctor_finds_that_a_store_ignores_conditions(stand_in: StandIn, source:
 def test_doctor_does_not_speak_of_objects_that_were_refused(cloud: Cloud) -> None:
     cloud.refuse_with(lambda method, *_: cloud.denied if method == "PUT" else None)
     findings = {finding.check: finding for finding in am.diagnose(f"{cloud.address}/p", SETTINGS, quick=True)}
-    assert findings["write"].advice.startswith("allow the role")
+    expected = {"gs": "allow the role Storage Object User ", "az": "check the key of the account, and what it allows"}
+    assert findings["write"].advice.startswith(expected[cloud.scheme])
     assert "delete" not in findings
 
 

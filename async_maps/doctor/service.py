@@ -176,10 +176,7 @@ class _Examination:
             is_denied = isinstance(error, UnjudgedError) and error.verdict.scope is Scope.CREDENTIALS
             if not isinstance(error, TransientError):
                 self._may_exist.clear()
-            advice = f"allow the role {self._service.role}"
-            if self._service.tokens is None:
-                advice = f"check {self._service.proof_words}, and what it allows"
-            self._say("write", "failure", str(error), advice if is_denied else "")
+            self._say("write", "failure", str(error), self._service.advice_if_denied if is_denied else "")
             return False
         self._say("write", "ok", "an object was written, and the answer proves its bytes")
         return True

@@ -39,7 +39,6 @@ class BlobStorage:
     """
 
     condition, bucket_word = "If-None-Match", "container"
-    role = "Storage Blob Data Contributor on the container"
     advice = "check AZURE_STORAGE_ACCOUNT, and the network"
 
     def __init__(self, account: Account) -> None:
@@ -50,6 +49,9 @@ class BlobStorage:
         has_proof = account.key or account.sas
         self.tokens = None if has_proof else Tokens(EntraCredentials().token)
         words = "the key of the account" if account.key else "a shared access signature"
+        self.advice_if_denied = "allow the role Storage Blob Data Contributor on the container"
+        if has_proof:
+            self.advice_if_denied = f"check {words}, and what it allows"
         self.proof_words = words if has_proof else "a token of Microsoft Entra ID"
 
     @classmethod

@@ -48,7 +48,7 @@ class CloudStorage:
     """
 
     condition, bucket_word = "ifGenerationMatch", "bucket"
-    role = "Storage Object User (roles/storage.objectUser) on the bucket"
+    advice_if_denied = "allow the role Storage Object User (roles/storage.objectUser) on the bucket"
     advice = "check the network"
 
     def __init__(self, endpoint: str, tokens: Tokens | None, crc32c: Callable[[bytes], int]) -> None:

@@ -65,7 +65,7 @@ class Service(Protocol):
         tokens: the tokens of the requests; None if they are signed otherwise, or not at all.
         condition: what the service calls the condition of a create-only PUT.
         bucket_word: what the service calls a bucket.
-        role: the least role for all commands, and what to give it on.
+        advice_if_denied: what to allow, or to check, for all commands.
         advice: what to check if the name of the server is not known.
         proof_words: what proves that requests are allowed, in words.
     """
@@ -75,7 +75,7 @@ class Service(Protocol):
     tokens: Tokens | None
     condition: str
     bucket_word: str
-    role: str
+    advice_if_denied: str
     advice: str
     proof_words: str
 
