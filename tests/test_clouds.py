@@ -389,7 +389,7 @@ def test_lanes_upload(cloud: Cloud, source: Path, place: str, manifest: Path) ->
 def test_a_killed_run_is_completed_and_loses_nothing(cloud: Cloud, maps: Path, place: str, manifest: Path) -> None:
     np.save(maps / "stack.npy", np.stack([random_map(number, (8, 8)) for number in range(_MAPS)]))
     options = ("--manifest", manifest, "--workers", 0, "--progress", "none")
-    running = start("run", maps, place, "--rate", 400, *options)
+    running = start("run", maps, place, "--rate", 100, *options)
     try:
         while done_rows(str(manifest)) < _AT_LEAST:
             assert running.poll() is None

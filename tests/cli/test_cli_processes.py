@@ -55,7 +55,7 @@ def test_bad_files_among_good_ones_fail_alone(maps: Path, capsys: pytest.Capture
 def test_a_second_signal_leaves_a_consistent_manifest(maps: Path) -> None:
     for i in range(4000):
         np.save(maps / f"{i:04}.npy", random_map(i, (32, 32)))
-    running = start("run", maps, "out", "--progress", "none", "--files.fsync", "--rate", 1000)
+    running = start("run", maps, "out", "--progress", "none", "--files.fsync", "--rate", 80)
     while not done_rows("async-maps.sqlite"):
         assert running.poll() is None
         time.sleep(0.02)
@@ -73,7 +73,7 @@ def test_a_second_signal_leaves_a_consistent_manifest(maps: Path) -> None:
 def test_workers_end_when_their_parent_is_killed(maps: Path) -> None:
     for i in range(3000):
         np.save(maps / f"{i:04}.npy", random_map(i, (64, 64)))
-    running = start("run", maps, "out", "--progress", "none", "--workers", 2, "--rate", 600)
+    running = start("run", maps, "out", "--progress", "none", "--workers", 2, "--rate", 60)
     while not done_rows("async-maps.sqlite"):
         assert running.poll() is None
         time.sleep(0.02)

@@ -160,7 +160,7 @@ def test_a_signal_finishes_maps_in_flight_and_the_run_can_resume(
         np.save(maps / f"{i:04}.npy", random_map(i, (64, 64)))
     command = ("run", maps, f"s3://{bucket}/x", "--progress", "none", "--manifest", "m.sqlite", "--concurrency", 4,
                "--chunk-maps", 16, "--queue-bytes", 65_536)  # fmt: skip  # so that little is in flight
-    running = start(*command)
+    running = start(*command, "--rate", 200)
     while not done_rows("m.sqlite"):
         assert running.poll() is None
         time.sleep(0.02)

@@ -255,7 +255,7 @@ def test_a_second_command_is_refused_until_the_first_is_killed(
     monkeypatch.chdir(tmp_path)
     np.save(maps / "stack.npy", np.random.default_rng(1).random((1500, 6, 6)))
     command = ("run", maps, "out", "--progress", "none", "--manifest", path)
-    running = start(*command, "--workers", 1, "--rate", 300)  # so that it still runs
+    running = start(*command, "--workers", 1, "--rate", 25)  # so that it still runs
     try:
         while not done_rows(str(path)):
             assert running.poll() is None
