@@ -49,7 +49,7 @@ LANGUAGES = {"bash", "console", "json", "py", "python", "sql", "text", "toml", "
 OUTSIDE = {
     "async_maps/sources/README.md": {"find"},
     "async_maps/viewer/README.md": {"ssh"},
-    "configs/README.md": {"aws", "docker", "export", "kubectl"},
+    "configs/README.md": {"aws", "az", "docker", "export", "gcloud", "kubectl"},
 }
 """The pages with ``console`` blocks, which are parsed and not run, and the first words of their commands."""
 
