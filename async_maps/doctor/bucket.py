@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from async_maps.doctor.advice import for_code
-from async_maps.doctor.clock import NOTED_S, ahead_s, describe_skew
+from async_maps.doctor.clock import compare_clocks
 from async_maps.doctor.target import Reply, ask
 from async_maps.filesystems.aws import refusal
 from async_maps.filesystems.blame import judge, meaning
@@ -41,7 +41,8 @@ async def find_bucket(target: Target) -> bool:
         reply = Reply({}, "NoSuchBucket") if status == 404 else await _list(target)
         reason = missing_bucket(target.client.meta.endpoint_url) if status == 404 else meaning(reply.code)
     headers = answer["ResponseMetadata"]["HTTPHeaders"]
-    _compare_clocks(target, headers.get("date", ""), asked_at)
+    skewed = for_code("RequestTimeTooSkewed")
+    target.on_finding(compare_clocks(headers.get("date", ""), asked_at, skewed, _limits))
     region, ours = headers.get("x-amz-bucket-region", ""), target.client.meta.region_name
     where = f" in {region}" if region else ""
     if reason:
@@ -73,16 +74,9 @@ def _said(reply: Reply) -> str:
     return f"the request is {reply.reason}" if reply.code else reply.reason
 
 
-def _compare_clocks(target: Target, date: str, asked_at: datetime) -> None:
-    skew_s = ahead_s(date, asked_at)
-    if skew_s is None:
-        target.say("clock", "unknown", "the store's answers have no date")
-    elif abs(skew_s) < NOTED_S:
-        target.say("clock", "ok", "within a minute of the store's")
-    else:
-        corrected = "; commands then sign with the store's time" if abs(skew_s) >= _SKEW_REFUSED_S else ""
-        text = f"{describe_skew(skew_s)}; S3 allows 15{corrected}"
-        target.say("clock", "warning", text, for_code("RequestTimeTooSkewed"))
+def _limits(ahead_s: float) -> str:
+    corrected = "; commands then sign with the store's time" if abs(ahead_s) >= _SKEW_REFUSED_S else ""
+    return f"; S3 allows 15{corrected}"
 
 
 async def check_listing(target: Target) -> None:

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 
-NOTED_S = 60.0
-"""Clocks that differ by less are said to be right."""
+from async_maps.doctor.finding import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NOTED_S = 60.0
 
 
-def ahead_s(date: str, asked_at: datetime) -> float | None:
-    """Return how many seconds this machine's clock is ahead of the store's.
+def compare_clocks(
+    date: str, asked_at: datetime, advice: str, limits: Callable[[float], str] = lambda _: ""
+) -> Finding:
+    """Return whether this machine's clock is right.
 
     Args:
         date: the Date of an answer that came just now, in whole seconds; it is compared with the middle between request
             and answer.
         asked_at: the time of the request.
-
-    Returns:
-        The seconds; None if the answer has no date.
+        advice: what to do if it is wrong.
+        limits: returns what the store does about a clock that is so many seconds ahead.
     """
     now = datetime.now(UTC)
     try:
-        return (asked_at + (now - asked_at) / 2 - parsedate_to_datetime(date)).total_seconds()
+        ahead_s = (asked_at + (now - asked_at) / 2 - parsedate_to_datetime(date)).total_seconds()
     except (ValueError, TypeError):
-        return None
-
-
-def describe_skew(seconds: float) -> str:
-    """Return in words how far this machine's clock is off."""
-    return f"{abs(seconds) / 60:.0f} min {'ahead of' if seconds > 0 else 'behind'} the store's"
+        return Finding("clock", "unknown", "the store's answers have no date", "")
+    if abs(ahead_s) < _NOTED_S:
+        return Finding("clock", "ok", "within a minute of the store's", "")
+    where = "ahead of" if ahead_s > 0 else "behind"
+    return Finding("clock", "warning", f"{abs(ahead_s) / 60:.0f} min {where} the store's{limits(ahead_s)}", advice)

@@ -12,7 +12,7 @@ import aiohttp
 from anyio import fail_after, move_on_after, to_thread
 from yarl import URL
 
-from async_maps.doctor.clock import NOTED_S, ahead_s, describe_skew
+from async_maps.doctor.clock import compare_clocks
 from async_maps.doctor.finding import Finding
 from async_maps.doctor.pngs import overlay_sized_png, tiny_png
 from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
@@ -139,7 +139,8 @@ class _Examination:
             reason = self._client.judge_error(error).reason
             self._say("endpoint", "failure", f"no answer from {self._service.endpoint}: {reason}", self._service.advice)
             return False
-        self._compare_clocks(answer.headers.get("Date", ""), asked_at)
+        date = answer.headers.get("Date", "")
+        self._on_finding(compare_clocks(date, asked_at, "set this machine's clock, by NTP"))
         if answer.is_success:
             try:
                 self._service.page(answer)
@@ -159,15 +160,6 @@ class _Examination:
         self._say("list", level, f"objects cannot be listed: the request is {verdict.reason}",
                   "async-maps verify needs it: allow listing")  # fmt: skip
         return level == "warning"
-
-    def _compare_clocks(self, date: str, asked_at: datetime) -> None:
-        skew_s = ahead_s(date, asked_at)
-        if skew_s is None:
-            self._say("clock", "unknown", "the store's answers have no date")
-        elif abs(skew_s) < NOTED_S:
-            self._say("clock", "ok", "within a minute of the store's")
-        else:
-            self._say("clock", "warning", describe_skew(skew_s), "set this machine's clock, by NTP")
 
     async def _write(self) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Requests to other clouds end within limits, whatever part of them a server leaves unanswered."""
+"""Requests to other clouds end within limits, also if a server leaves a part of them unanswered."""
 
 from __future__ import annotations
 
